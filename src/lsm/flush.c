@@ -8,6 +8,10 @@
  * disk has no room for what was deleted as a whole since the memtables were frozen.) Snapshots
  * opened meanwhile lie above all of it.
  *
+ * Before the runs are installed the owner is told of each memtable (levels_config.written): as long
+ * as it counts, what readers find in it is what there is, and every range that hides something of it
+ * is known.
+ *
  * A tombstone is always kept: what it deletes lies below. All keyspaces of one flush are installed
  * by one manifest, because the log before it is given back as a whole.
  */
@@ -104,6 +108,8 @@ levels_flush(struct levels *levels, const struct levels_flush *inputs, u32 count
         st = flush_one(levels, &inputs[i], state, ranges_seq, &run);
         if (ok(st) && run != NULL) changes[made++] = (struct run_change){.replacement = run};
     }
+    for (u32 i = 0; i < count && ok(st) && levels->config.written != NULL; i++)
+        levels->config.written(levels->config.arg, inputs[i].keyspace, inputs[i].memtable);
     if (ok(st)) st = levels_commit(levels, changes, made, state);
     for (u32 i = 0; i < made; i++) {
         if (ok(st))

@@ -36,6 +36,9 @@ struct levels_config {
     /* The sequence numbers of all open snapshots, ascending; *count_out of them. The pointer stays
      * valid until the next yield. */
     const u64 *(*snapshots)(void *arg, u32 *count_out);
+    /* This memtable has been written, and will be a run next. It may yield. NULL: nobody wants to
+     * know. */
+    void (*written)(void *arg, u16 keyspace, struct memtable *memtable);
     /* An error that the store cannot go on with (a failed manifest, a corrupt table met while
      * compacting). ST_NO_SPACE is reported here, too, and ST_OK when it is over. */
     void (*failed)(void *arg, status why, const char *text);

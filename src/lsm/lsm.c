@@ -596,6 +596,7 @@ parts_open(struct lsm *lsm)
         .row_cache = lsm->row_cache,
         .block_cache = lsm->block_cache,
         .snapshots = lsm_snapshot_seqs,
+        .written = lsm_rows_inherit,
         .failed = levels_failed,
         .arg = lsm,
     };

@@ -185,6 +185,8 @@ bool lsm_log_is_long(const struct lsm *lsm);
 MAY_YIELD MUST_CHECK status lsm_flush_now(struct lsm *lsm, bool wait);
 void lsm_flush_fiber(void *arg);
 void lsm_memtables_free(struct lsm *lsm);
+/* For levels_flush: what was read in a memtable that goes gets a row. */
+MAY_YIELD void lsm_rows_inherit(void *lsm, u16 keyspace, struct memtable *memtable);
 /* For log_open: one record into the memtables. */
 MAY_YIELD MUST_CHECK status lsm_replay(void *lsm, const struct log_record *record,
                                        struct bytes payload);

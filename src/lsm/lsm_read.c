@@ -11,6 +11,11 @@
  * A row read from a table goes to the row cache unless its key was written, or a range deleted,
  * while the read waited: the write found no row that it could have written, and the older one would
  * stay.
+ *
+ * What a memtable answers gets no row. When it is flushed, what was read in it gets one: else the
+ * next read of each such key would go to the disk. That is done before its run is installed: as
+ * long as the memtable counts, no run holds what it does, and no deleted range that covers something
+ * in it is forgotten.
  */
 #include "base/fault.h"
 #include "base/hash.h"
@@ -180,6 +185,7 @@ get_try(struct lsm *lsm, u16 keyspace, u64 token, u64 key_hash, struct bytes key
     status st;
     bool found = memory_get(lsm, keyspace, token, key, UINT64_MAX, &entry, &memtable);
     if (found) {
+        memtable_read_note(&entry);
         range_apply(lsm, keyspace, UINT64_MAX, &entry);
     } else if (row_answer(lsm, keyspace, key_hash, key, out, &st)) {
         return st;
@@ -436,6 +442,42 @@ row_keep(struct lsm *lsm, const struct write_marks *marks, u16 keyspace, u64 key
         MARK("lsm.get.written_meanwhile");
 }
 
+/* A row for what a reader found in a memtable that goes, if it is the newest there is: what a get
+ * would look at is looked at, without a wait before the row is there, so that each write from then
+ * on meets it. */
+static void
+row_inherit(struct lsm *lsm, u16 keyspace, const struct entry *entry)
+{
+    struct entry newest;
+    struct memtable *memtable;
+    if (!memory_get(lsm, keyspace, entry->token, entry->key, UINT64_MAX, &newest, &memtable))
+        return;
+    if (newest.version != entry->version || newest.seq != entry->seq) {
+        memtable_read_note(&newest); /* whoever asks again is told of that one */
+        return;
+    }
+    range_apply(lsm, keyspace, UINT64_MAX, &newest);
+    if (!entry_is_live(&newest)) return;
+    if (levels_runs_hold_above(lsm->levels, keyspace, newest.version)) return;
+    row_cache_put(lsm->row_cache, keyspace, hash_key(newest.key, 0), &newest);
+}
+
+MAY_YIELD void
+lsm_rows_inherit(void *arg, u16 keyspace, struct memtable *memtable)
+{
+    struct lsm *lsm = arg;
+    if (lsm->replaying || lsm->stopping) return; /* nobody has read, or will */
+    struct cursor *cursor = memtable_cursor_open(memtable, &lsm->budget);
+    if (cursor == NULL) return;
+    status st = cursor->ops->seek(cursor, 0, BYTES(NULL, 0));
+    while (ok(st) && cursor->valid && !lsm->stopping) {
+        if (memtable_was_read(&cursor->entry)) row_inherit(lsm, keyspace, &cursor->entry);
+        st = cursor->ops->next(cursor);
+        if (fiber_should_yield()) fiber_yield();
+    }
+    cursor->ops->close(cursor);
+}
+
 enum get_how {
     GET_LIVE,
     GET_WHOLE,     /* as it is stored, whatever the clock says */
@@ -467,6 +509,7 @@ get_inside(struct lsm *lsm, u64 seq_max, enum get_how how, u16 keyspace, u64 tok
         return value_copy(lsm, &entry, out);
     }
     if (found) {
+        memtable_read_note(&entry);
         range_apply(lsm, keyspace, seq_max, &entry);
         memtable_ref(memtable); /* levels_get may wait */
     }

@@ -26,8 +26,8 @@
  *   M2  A chain of versions descends by (version, seq), and by seq alone: a version that arrived
  *       after a higher one can be seen by nobody and is left out.
  *   M3  Every key of child i is at or above separator i (i > 0) and below separator i + 1.
- *   M4  Nothing is moved or freed before the last reference is gone; nodes change, records do not,
- *       so the bytes that memtable_get returns stay.
+ *   M4  Nothing is moved or freed before the last reference is gone; nodes change, records do not
+ *       but for RECORD_READ, so the bytes that memtable_get returns stay.
  */
 #include "lsm/memtable.h"
 
@@ -45,6 +45,8 @@
 #define PREFETCH_LINES   9u /* the head and the tokens of a node */
 #define RECORD_LINES     3u /* of a record: the head, the key, a small value */
 #define CURSOR_AHEAD     4u /* records that a cursor asks for before it comes to them */
+/* In a record's flags, beside those of its entry: somebody has read the key while it was here. */
+#define RECORD_READ 0x80u
 
 struct record {
     struct record *older; /* next lower version of the key, or NULL */
@@ -280,8 +282,33 @@ record_entry(const struct record *record, struct entry *out)
         .seq = record->seq,
         .expire_ms = record->expire_ms,
         .kind = record->kind,
-        .flags = record->flags,
+        .flags = record->flags & (u8)~RECORD_READ,
     };
+}
+
+/* No store where it is noted: the line may be read by many, and hot. */
+static void
+record_note_read(struct record *record)
+{
+    if (!(record->flags & RECORD_READ)) record->flags |= RECORD_READ;
+}
+
+static struct record *
+record_of(const struct entry *entry)
+{
+    return (struct record *)((uintptr_t)entry->key.data - offsetof(struct record, data));
+}
+
+void
+memtable_read_note(const struct entry *entry)
+{
+    record_note_read(record_of(entry));
+}
+
+bool
+memtable_was_read(const struct entry *entry)
+{
+    return record_of(entry)->flags & RECORD_READ;
 }
 
 bool
@@ -360,6 +387,7 @@ bool
 memtable_get_found(const struct record *record, struct bytes key, struct entry *out)
 {
     if (!bytes_equal(record_key(record), key)) return false;
+    record_note_read((struct record *)(uintptr_t)record);
     record_entry(record, out);
     return true;
 }
@@ -541,6 +569,7 @@ memtable_insert_near(struct memtable *memtable, const struct entry *entry, bool 
                      const struct leaf *hint)
 {
     CHECK(entry->kind == ENTRY_PUT || entry->kind == ENTRY_DELETE);
+    CHECK(!(entry->flags & RECORD_READ));
     CHECK(entry->key.size <= LIMIT_KEY_BYTES && entry->value.size <= LIMIT_VALUE_BYTES);
     CHECK(entry->token >= memtable->token_first && entry->token <= memtable->token_last);
 
@@ -569,6 +598,7 @@ memtable_insert_near(struct memtable *memtable, const struct entry *entry, bool 
     if (memtable->records.open.left < size)
         CHECK(memtable_pool_reserve(&memtable->records, &memtable->memory, size));
     struct record *record = memtable_pool_alloc(&memtable->records, size);
+    u8 read = place != NULL ? (*place)->flags & RECORD_READ : 0;
     *record = (struct record){
         .older = place != NULL && keep_older ? *place : NULL,
         .token = entry->token,
@@ -578,7 +608,7 @@ memtable_insert_near(struct memtable *memtable, const struct entry *entry, bool 
         .value_size = (u32)entry->value.size,
         .key_size = (u16)entry->key.size,
         .kind = entry->kind,
-        .flags = entry->flags,
+        .flags = entry->flags | read,
     };
     if (entry->key.size > 0) memcpy(record->data, entry->key.data, entry->key.size);
     if (entry->value.size > 0)

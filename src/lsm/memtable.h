@@ -42,6 +42,10 @@ void memtable_insert_near(struct memtable *memtable, const struct entry *entry, 
  * memtable. */
 bool memtable_get(const struct memtable *memtable, u64 token, struct bytes key, u64 seq_max,
                   struct entry *out);
+/* Of what memtable_get or a cursor has returned: notes that a reader was told of it, and tells
+ * whether any was, of this version or, here, of one before it. */
+void memtable_read_note(const struct entry *entry);
+bool memtable_was_read(const struct entry *entry);
 /* Hints for memtable_get and inserts, each of which asks for what the next one reads: the root of
  * the token's tree, then a leaf, then the record. What they return is for the next one and for
  * memtable_get_found, may be NULL, and is valid until the next insert (a leaf for
@@ -50,7 +54,7 @@ void memtable_prefetch_root(const struct memtable *memtable, u64 token);
 const struct leaf *memtable_prefetch_leaf(const struct memtable *memtable, u64 token);
 /* insert: an insert follows. */
 const struct record *memtable_prefetch_record(const struct leaf *leaf, u64 token, bool insert);
-/* True, and the newest version, when that is the key's. */
+/* True, and the newest version, when that is the key's; memtable_read_note is done. */
 bool memtable_get_found(const struct record *record, struct bytes key, struct entry *out);
 /* A cursor (never yields); it refs the memtable. Insertions while it is open are allowed; it may or
  * may not see them. NULL: no memory. */

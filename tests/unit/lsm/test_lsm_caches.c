@@ -367,25 +367,37 @@ write_one(struct lsm *lsm, const char *value, u64 version)
     lsm_batch_deinit(&batch);
 }
 
-static status
-rows_first_body(void *arg)
+static MAY_YIELD struct lsm *
+rows_open(void)
 {
-    (void)arg;
     struct lsm_options options;
     lsm_options_default(&options);
     options.memory_bytes = MIB(16);
     options.disk_reserve_bytes = 0;
     options.outside_versions = true;
     status st = io_dir_make(DIR);
-    if (!ok(st)) return st;
+    CHECK(ok(st));
     struct lsm_place place = {.dir = DIR, .token_first = 0, .token_last = UINT64_MAX};
     struct lsm *lsm;
     st = lsm_open(&place, &options, &lsm);
-    if (!ok(st)) return st;
-    write_one(lsm, "new", 20);
-    expect_aimed(lsm, "new", 0); /* in memory */
-    st = lsm_flush(lsm);
     CHECK(ok(st));
+    return lsm;
+}
+
+static MAY_YIELD void
+flush(struct lsm *lsm)
+{
+    status st = lsm_flush(lsm);
+    CHECK(ok(st));
+}
+
+static status
+rows_first_body(void *arg)
+{
+    (void)arg;
+    struct lsm *lsm = rows_open();
+    write_one(lsm, "new", 20);
+    flush(lsm);
     expect_aimed(lsm, "new", 0); /* from its table */
     expect_aimed(lsm, "new", 1);
     write_one(lsm, "older", 10); /* came late: in memory, and of no account */
@@ -393,8 +405,7 @@ rows_first_body(void *arg)
     expect_aimed(lsm, "new", 1);
     write_one(lsm, "newest", 30); /* writes the row, too */
     expect_aimed(lsm, "newest", 1);
-    st = lsm_flush(lsm);
-    CHECK(ok(st));
+    flush(lsm);
     expect_aimed(lsm, "newest", 1); /* what was hot before is hot after */
     write_one(lsm, NULL, 40);
     expect_aimed(lsm, NULL, 0);
@@ -409,6 +420,114 @@ a_row_is_looked_at_before_memtables(void **state)
     assert_true(ok(sim_run_main(1, 1, rows_first_body, NULL)));
 }
 
+static status
+rows_inherited_body(void *arg)
+{
+    (void)arg;
+    struct lsm *lsm = rows_open();
+    write_one(lsm, "read", 10);
+    expect_aimed(lsm, "read", 0);
+    flush(lsm);
+    expect_aimed(lsm, "read", 1);
+
+    row_cache_clear(lsm->row_cache);
+    write_one(lsm, "not read", 20);
+    flush(lsm);
+    expect_aimed(lsm, "not read", 0);
+
+    row_cache_clear(lsm->row_cache);
+    write_one(lsm, "read", 30);
+    expect_aimed(lsm, "read", 0);
+    write_one(lsm, "written again", 31);
+    flush(lsm);
+    expect_aimed(lsm, "written again", 1);
+    return lsm_close(lsm);
+}
+
+/* A memtable answers without a row; so that the disk is not asked for each key that it had, those
+ * that were read get one when it goes. */
+static void
+what_was_read_in_a_memtable_has_a_row_when_that_is_flushed(void **state)
+{
+    (void)state;
+    assert_true(ok(sim_run_main(1, 1, rows_inherited_body, NULL)));
+}
+
+static status
+not_inherited_body(void *arg)
+{
+    (void)arg;
+    struct lsm *lsm = rows_open();
+    write_one(lsm, "deleted", 10);
+    expect_aimed(lsm, "deleted", 0);
+    write_one(lsm, NULL, 20);
+    flush(lsm);
+    expect_aimed(lsm, NULL, 0);
+
+    write_one(lsm, "high", 50);
+    flush(lsm);
+    row_cache_clear(lsm->row_cache);
+    write_one(lsm, "low", 40); /* came late */
+    expect_aimed(lsm, "high", 0);
+    row_cache_clear(lsm->row_cache);
+    flush(lsm);
+    expect_aimed(lsm, "high", 0);
+    return lsm_close(lsm);
+}
+
+static void
+what_is_not_the_newest_has_no_row_when_its_memtable_is_flushed(void **state)
+{
+    (void)state;
+    assert_true(ok(sim_run_main(1, 1, not_inherited_body, NULL)));
+}
+
+static void
+flush_beside(void *arg)
+{
+    flush(arg);
+}
+
+/* Until a flush is under way, and has not ended. */
+static MAY_YIELD void
+flush_begin(struct lsm *lsm)
+{
+    status st = fiber_spawn(FIBER_BACKGROUND, "flush", flush_beside, lsm);
+    CHECK(ok(st));
+    while (lsm->keyspaces[0].flushing == NULL)
+        fiber_yield();
+}
+
+static status
+written_meanwhile_body(void *arg)
+{
+    (void)arg;
+    struct lsm *lsm = rows_open();
+    write_one(lsm, "old", 10);
+    expect_aimed(lsm, "old", 0);
+    flush_begin(lsm);
+    write_one(lsm, "new", 20);
+    flush(lsm); /* that one, and another: the key has been read */
+    expect_aimed(lsm, "new", 1);
+
+    row_cache_clear(lsm->row_cache);
+    write_one(lsm, "old", 30);
+    expect_aimed(lsm, "old", 0);
+    flush_begin(lsm);
+    write_one(lsm, NULL, 40);
+    while (lsm->keyspaces[0].flushing != NULL)
+        fiber_yield();
+    expect_aimed(lsm, NULL, 0);
+    return lsm_close(lsm);
+}
+
+static void
+what_is_written_or_deleted_while_a_memtable_is_flushed_counts(void **state)
+{
+    (void)state;
+    assert_true(ok(sim_run_main(1, 1, written_meanwhile_body, NULL)));
+}
+
 int
 main(void)
 {
@@ -419,6 +538,9 @@ main(void)
         cmocka_unit_test(what_blocks_do_not_use_yet_is_lent_to_the_rows),
         cmocka_unit_test(the_border_moves_fast_where_one_gains_much_more),
         cmocka_unit_test(a_row_is_looked_at_before_memtables),
+        cmocka_unit_test(what_was_read_in_a_memtable_has_a_row_when_that_is_flushed),
+        cmocka_unit_test(what_is_not_the_newest_has_no_row_when_its_memtable_is_flushed),
+        cmocka_unit_test(what_is_written_or_deleted_while_a_memtable_is_flushed_counts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

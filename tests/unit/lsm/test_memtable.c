@@ -316,6 +316,50 @@ without_a_snapshot_older_versions_go(void **state)
 }
 
 /* Whatever was admitted fits, and what is refused takes nothing beyond the budget. */
+static struct entry
+get_of_key(struct memtable *memtable, u32 key)
+{
+    char text[16];
+    int size = snprintf(text, sizeof(text), "key%u", key);
+    struct entry entry;
+    assert_true(memtable_get(memtable, 5000, BYTES(text, (size_t)size), UINT64_MAX, &entry));
+    return entry;
+}
+
+static void
+which_keys_were_read_is_remembered(void **state)
+{
+    (void)state;
+    struct memtable *memtable = make(MIB(1));
+    model_count = 0;
+    for (u32 i = 0; i < 3; i++)
+        put(memtable, 5000, i, i + 1, i + 1, false);
+    struct entry entry = get_of_key(memtable, 1);
+    assert_false(memtable_was_read(&entry)); /* that is for the reader to say */
+    memtable_read_note(&entry);
+    entry = get_of_key(memtable, 1);
+    assert_true(memtable_was_read(&entry));
+    assert_int_equal(entry.flags, 0);
+    entry = get_of_key(memtable, 0);
+    assert_false(memtable_was_read(&entry));
+
+    put(memtable, 5000, 1, 11, 11, false);
+    put(memtable, 5000, 2, 12, 12, false);
+    entry = get_of_key(memtable, 1);
+    assert_int_equal(entry.seq, 11);
+    assert_true(memtable_was_read(&entry));
+    entry = get_of_key(memtable, 2);
+    assert_false(memtable_was_read(&entry));
+
+    put(memtable, 6000, 0, 13, 13, false);
+    const struct record *record =
+        memtable_prefetch_record(memtable_prefetch_leaf(memtable, 6000), 6000, false);
+    assert_true(memtable_get_found(record, BYTES("key0", 4), &entry));
+    assert_true(memtable_was_read(&entry));
+    assert_int_equal(entry.flags, 0);
+    drop(memtable);
+}
+
 static void
 what_fits_can_be_inserted(void **state)
 {
@@ -492,6 +536,7 @@ main(void)
         cmocka_unit_test(a_cursor_survives_insertions),
         cmocka_unit_test(a_cursor_keeps_the_memtable),
         cmocka_unit_test(without_a_snapshot_older_versions_go),
+        cmocka_unit_test(which_keys_were_read_is_remembered),
         cmocka_unit_test(what_fits_can_be_inserted),
         cmocka_unit_test(a_large_memtable_is_filled_with_values),
         cmocka_unit_test(a_large_memtable_with_little_in_it_takes_little),
