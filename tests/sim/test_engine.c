@@ -1706,14 +1706,16 @@ static const struct {
     const char *kind;
     u64 seed;
 } rare[] = {
-    {"lives", 199},   {"lives", 231},   {"lives", 259},   {"lives", 449},  {"lives", 524},
-    {"lives", 537},   {"lives", 545},   {"lives", 632},   {"lives", 835},  {"lives", 841},
-    {"damage", 261},  {"damage", 281},  {"forged", 223},  {"forged", 256}, {"forged", 281},
-    {"forged", 297},  {"forged", 410},  {"forged", 490},  {"forged", 582}, {"forged", 654},
-    {"forged", 1346}, {"forged", 1444}, {"forged", 1782}, {"memory", 100}, {"memory", 148},
-    {"lives", 210},   {"forged", 1187}, {"lives", 353},   {"lives", 1045}, {"lives", 1086},
-    {"lives", 367},   {"lives", 782},   {"lives", 1178},  {"damage", 234}, {"memory", 317},
-    {"forged", 588},  {"forged", 1068},
+    {"lives", 199},   {"lives", 231},   {"lives", 259},   {"lives", 449},   {"lives", 524},
+    {"lives", 537},   {"lives", 545},   {"lives", 632},   {"lives", 835},   {"lives", 841},
+    {"damage", 261},  {"damage", 281},  {"forged", 223},  {"forged", 256},  {"forged", 281},
+    {"forged", 297},  {"forged", 410},  {"forged", 490},  {"forged", 582},  {"forged", 654},
+    {"forged", 1346}, {"forged", 1444}, {"forged", 1782}, {"memory", 100},  {"memory", 148},
+    {"lives", 210},   {"forged", 1187}, {"lives", 353},   {"lives", 1045},  {"lives", 1086},
+    {"lives", 367},   {"lives", 782},   {"lives", 1178},  {"damage", 234},  {"memory", 317},
+    {"forged", 588},  {"forged", 1068}, {"forged", 215},  {"forged", 292},  {"forged", 293},
+    {"forged", 295},  {"forged", 322},  {"forged", 429},  {"forged", 1415}, {"lives", 207},
+    {"damage", 322},  {"damage", 361},
 };
 
 /* How many were run, but for the rare ones; 0: another kind is wanted. */
