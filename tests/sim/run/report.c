@@ -91,8 +91,8 @@ fault_print(void *arg, struct sim_fault_id id, u64 time_ns, const char *detail)
             sim_fault_name(id.family), id.number, detail == NULL ? "" : detail);
 }
 
-void
-report_print(void)
+static void
+print(void)
 {
     fprintf(stderr, "\nFAILED seed %llu mode %s rule %s\n%s\n",
             (unsigned long long)run->options->seed, run_mode_names[run->options->mode], run->rule,
@@ -138,6 +138,18 @@ report_print(void)
     report_replay_command(run->options, stderr);
 }
 
+/* By itself stderr writes each line at once: a report has hundreds, and took longer than its run.
+ * (After a crash it does: what is told must be out when telling it crashes as well.) */
+void
+report_print(void)
+{
+    static char lines[64u << 10];
+    setvbuf(stderr, lines, _IOFBF, sizeof(lines));
+    print();
+    fflush(stderr);
+    setvbuf(stderr, NULL, _IONBF, 0);
+}
+
 /* ---- signals ---- */
 
 /* A fiber that has overflowed its stack has none left for the handler. */
@@ -167,7 +179,7 @@ on_signal(int number)
              hang ? "the run takes too long" : "the program ends by signal %d: see above", number);
     run->failed_object = 0;
     if (crash_tell != NULL) crash_tell(hang ? 0 : number);
-    report_print();
+    print();
     fflush(stderr);
     _exit(1);
 }
