@@ -18,7 +18,10 @@
  *   acknowledged   reads that begin later find it, or a later one
  *   refused        (NOREPLICAS, OVERLOADED ...: nothing was done) nobody ever finds it
  *   unsure         (UNKNOWN, a lost connection, silence) it may be found, or not, until a write is
- *                  acknowledged that began --late-ms after it: nothing takes effect later than that
+ *                  acknowledged that began --late-ms after it: nothing begins to take effect later
+ *                  than that, and what one node alone has got by then is older. A DEL that found
+ *                  nothing has written nothing, and ends no doubt: a node that was cut off may have
+ *                  what it did not see
  *
  * Each GET is judged by this, during the load and after it. Commands come on standard input, a line
  * each; answers are lines of JSON on standard output:
@@ -272,11 +275,12 @@ may_write(const struct entry *e)
 }
 
 static void
-note_acked(struct entry *e, const struct flying *f)
+note_acked(struct entry *e, const struct flying *f, bool written)
 {
     e->busy = false;
     e->acked = f->number;
     e->acked_deleted = f->op == OP_DEL;
+    if (!written) return;
     uint64_t now = now_ns();
     for (uint32_t i = 0; i < UNSURE_MAX; i++)
         if (is_live(&e->unsure[i]) && e->unsure[i].until_ns <= f->due_ns)
@@ -585,7 +589,7 @@ answer(struct connection *c, char type, const uint8_t *data, size_t size, bool n
     if (f.op == OP_GET)
         judge(c->node, &f, number);
     else
-        note_acked(e, &f);
+        note_acked(e, &f, f.op != OP_DEL || size != 1 || data[0] != '0');
 }
 
 /* One reply; false: not all of it is there. */

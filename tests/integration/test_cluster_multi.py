@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Transactions, flushes and exports of a cluster: real processes, unmodified clients."""
+"""Transactions, flushes, exports and unknown outcomes of a cluster: real processes, unmodified clients."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,7 +11,8 @@ import time
 import pytest
 import redis
 import test_cluster
-from conftest import BUILD, SLOW, need, wait_for
+from cluster_rig import Cluster, Network, missing_network
+from conftest import BUILD, SLOW, ReplyError, need, wait_for
 from test_cluster import client
 from test_cluster_siblings import make_keyspace
 
@@ -265,3 +267,56 @@ def test_an_export_is_all_that_a_cluster_has(three, tmp_path):
     assert connect(nodes[2]).get("k4999") == b"v" * 100
     assert 0 < connect(nodes[2]).pttl("t") <= 10**9
     assert client(nodes[0], "scan", "--snapshot").returncode == 1
+
+
+def test_a_write_of_unknown_outcome_is_over_once_another_one_was_acknowledged(tmp_path):
+    """Of one that the node alone has which was cut off as it coordinated it."""
+    if missing_network():
+        pytest.skip(missing_network())
+    keys = "written", "deleted", "untouched"
+    with Network() as network, Cluster(tmp_path, network) as cluster:
+        for _ in range(3):
+            cluster.add()
+        cluster.wait_settled(3)
+        first, cut_off = cluster.nodes[0], cluster.nodes[2]
+        with first.connect() as connection:
+            assert connection.call("SET", "deleted", "old") == "OK"
+        links = [("n3", "n1"), ("n1", "n3"), ("n3", "n2"), ("n2", "n3")]
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(cut_off.connect()) for _ in keys]
+            for connection in connections:
+                assert connection.call("PING") == "PONG"
+            for source, target in links:
+                network.cut(source, target)
+            for connection, key in zip(connections, keys):  # before it knows that it is alone
+                connection.send("SET", key, "unknown")
+            replies = [str(connection.read()) for connection in connections]
+        assert all(reply.startswith("UNKNOWN ") for reply in replies), replies
+        wait_for(lambda: (cluster.view(first) or {}).get("members_alive") == 2, "the node to be missed")
+        with first.connect() as connection:
+            assert connection.call("SET", "written", "new") == "OK"
+            assert connection.call("DEL", "deleted") == 1
+            assert connection.call("DEL", "untouched") == 0  # writes nothing
+        network.heal()
+
+        def found():
+            values = []
+            for node in cluster.nodes:
+                with node.connect() as connection:
+                    connection.send("MGET", *keys)
+                    reply = connection.read()
+                    if not isinstance(reply, ReplyError):  # not all know yet that they see each other
+                        assert reply[0] == b"new" and reply[1] is None, (node.place, reply)
+                        values.append(reply[2])
+            return values
+
+        # What nothing was written after comes to light. What is deleted then stays deleted.
+        wait_for(lambda: found() == [b"unknown"] * 3, "the lone write to be seen")
+        cluster.wait_settled(3)
+        with cut_off.connect() as connection:
+            assert connection.call("DEL", "untouched") == 1
+        for _ in range(5):
+            assert found() == [None] * 3
+            time.sleep(0.2)
+        assert cluster.repair()
+        assert found() == [None] * 3
