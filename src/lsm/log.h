@@ -85,7 +85,7 @@ MAY_YIELD void
 log_close(struct log *log); /* writes and waits for what is buffered, unless failed */
 
 /* Copies the record into the buffer of the next write, which leaves when the turn has brought all
- * that it brings, or half of it (log.c). ST_WOULD_WAIT when the buffers are full (log_wait_room);
+ * that it brings, or half of it, or under a moderate load a little later (log.c, log_pace.h). ST_WOULD_WAIT when the buffers are full (log_wait_room);
  * ST_READ_ONLY when failed. The crc is filled in. */
 MUST_CHECK status log_append(struct log *log, const struct log_record *header,
                              struct bytes payload);
@@ -99,7 +99,8 @@ u64 log_busy_ns(const struct log *log);
 /* True while no segment can be made for want of disk space; tried again each second. */
 bool log_no_space(const struct log *log);
 /* What log_append would say now to a record of this many payload bytes. While no segment can be
- * made for want of space, the end of the last one is for those that give space back (frees). */
+ * made for want of space, the end of the last one is for those that give space back (frees); before
+ * it is known whether one can be made, others wait for that (ST_WOULD_WAIT). */
 MUST_CHECK status log_append_check(struct log *log, size_t payload_bytes, bool frees);
 /* Whether the buffers have too little room for a record that needs much of them: while small ones
  * go on to fill what becomes free, it may never have enough. */

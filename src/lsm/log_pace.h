@@ -21,18 +21,19 @@
 #include "base/types.h"
 
 #define PACE_NS_MAX   (2 * NS_PER_MS) /* between the beginnings of two writes */
-#define PACE_RECORDS  2u              /* fewer that are still to come are not waited for */
+#define PACE_RECORDS  1u              /* fewer that are still to come are not waited for */
 #define PACE_BYTES    KIB(32)         /* a group of this size does not wait */
 #define PACE_FADES    64u             /* pending's peak falls by this part with each write */
 #define PACE_AVERAGES 8u              /* writes that the averages are of, about */
+#define PACE_FRACTION 64u             /* of a record, which the sum of them is counted in */
 
 struct log_pace {
     u32 pending; /* records that were appended and are not durable */
     u32 peak;    /* the most of late, times PACE_FADES */
     u32 arrived; /* since began_ns */
     u64 began_ns;
-    u64 took_ns;               /* a write, on average */
-    u64 rate_records, rate_ns; /* records a time, of late */
+    u64 took_ns;             /* a write, on average */
+    u64 rate_parts, rate_ns; /* parts of records a time, of late */
 };
 
 static inline void
@@ -48,7 +49,7 @@ log_pace_begun(struct log_pace *pace, u64 now_ns)
 {
     /* A pause says nothing of the load that follows it. */
     u64 passed_ns = MIN(now_ns - pace->began_ns, 2 * PACE_NS_MAX);
-    pace->rate_records += pace->arrived - pace->rate_records / PACE_AVERAGES;
+    pace->rate_parts += pace->arrived * PACE_FRACTION - pace->rate_parts / PACE_AVERAGES;
     pace->rate_ns += passed_ns - pace->rate_ns / PACE_AVERAGES;
     pace->arrived = 0;
     pace->began_ns = now_ns;
@@ -71,7 +72,8 @@ log_pace_wait_ns(const struct log_pace *pace, u64 now_ns, u64 bytes)
     u64 passed_ns = now_ns - pace->began_ns;
     if (passed_ns >= apart_ns || bytes >= PACE_BYTES) return 0;
     if (pace->pending * PACE_FADES >= pace->peak) return 0;
-    if (pace->rate_records * (apart_ns - passed_ns) < PACE_RECORDS * pace->rate_ns) return 0;
+    u64 expected_parts_ns = pace->rate_parts * (apart_ns - passed_ns);
+    if (expected_parts_ns < PACE_RECORDS * PACE_FRACTION * pace->rate_ns) return 0;
     return apart_ns - passed_ns;
 }
 

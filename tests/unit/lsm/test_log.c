@@ -1023,7 +1023,7 @@ a_full_disk_refuses_and_goes_on_when_there_is_space(void **state)
 }
 
 /* Whether a segment is the last one is not known before the next one could not be made; until then its
- * end is kept, too. Deletes may have it. */
+ * end is kept, too. What frees may have it. */
 static status
 last_room_body(void *arg)
 {
