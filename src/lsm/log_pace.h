@@ -20,19 +20,20 @@
 
 #include "base/types.h"
 
-#define PACE_NS_MAX   (2 * NS_PER_MS) /* between the beginnings of two writes */
-#define PACE_RECORDS  1u              /* fewer that are still to come are not waited for */
-#define PACE_BYTES    KIB(32)         /* a group of this size does not wait */
-#define PACE_FADES    64u             /* pending's peak falls by this part with each write */
-#define PACE_AVERAGES 8u              /* writes that the averages are of, about */
-#define PACE_FRACTION 64u             /* of a record, which the sum of them is counted in */
+#define PACE_NS_MAX   NS_PER_MS /* between the beginnings of two writes */
+#define PACE_RECORDS  1u        /* fewer that are still to come are not waited for */
+#define PACE_BYTES    KIB(32)   /* a group of this size does not wait */
+#define PACE_FADES    64u       /* pending's peak falls by this part with each write */
+#define PACE_AVERAGES 8u        /* writes that the rate is of, about */
+#define PACE_STEPS    16u       /* by this part took_ns goes up or down with each write */
+#define PACE_FRACTION 64u       /* of a record, which the sum of them is counted in */
 
 struct log_pace {
     u32 pending; /* records that were appended and are not durable */
     u32 peak;    /* the most of late, times PACE_FADES */
     u32 arrived; /* since began_ns */
     u64 began_ns;
-    u64 took_ns;             /* a write, on average */
+    u64 took_ns;             /* half of the writes take longer; 0: not known */
     u64 rate_parts, rate_ns; /* parts of records a time, of late */
 };
 
@@ -60,8 +61,13 @@ static inline void
 log_pace_ended(struct log_pace *pace, u64 took_ns, u32 records)
 {
     pace->pending -= records;
-    took_ns = MIN(took_ns, PACE_NS_MAX);
-    pace->took_ns += took_ns / PACE_AVERAGES - pace->took_ns / PACE_AVERAGES;
+    /* The median: a mean would be that of the few that are stuck. */
+    if (pace->took_ns == 0)
+        pace->took_ns = MIN(took_ns, PACE_NS_MAX);
+    else if (took_ns > pace->took_ns)
+        pace->took_ns += pace->took_ns / PACE_STEPS + 1;
+    else
+        pace->took_ns -= pace->took_ns / PACE_STEPS;
 }
 
 /* How long a group of these bytes stays for others; 0: it leaves. */
