@@ -336,9 +336,65 @@ struct blob_verification {
     struct piece_reader *reader;
     struct piece_hash *hash;
     struct pace pace;
+    struct places *places; /* NULL: the first one ends it */
+    bool cut_off;          /* there is nothing behind it to look at */
     u64 offset;
     const char *what;
 };
+
+/* The record at v->offset and its bytes. What cannot be had says by record->bytes where the next
+ * one is; 0: that is not known. */
+MAY_YIELD static status
+record_at(struct blob_verification *v, struct blob_record *record, const u8 **data)
+{
+    u64 left = v->footer.records_end - v->offset;
+    u32 have = (u32)MIN(left, sizeof(struct blob_record_header));
+    for (;;) { /* twice: the header tells how much the record is */
+        v->what = "file is cut off";
+        record->bytes = 0;
+        status st = piece_reader_get(v->reader, v->offset, have, data);
+        v->cut_off = status_is(st, ST_CORRUPT);
+        if (!ok(st)) return st;
+        st = blob_record_decode(BYTES(*data, have), v->file_id, v->offset, record, &v->what);
+        if (!status_is(st, ST_INCOMPLETE))
+            return ok(st) ? ST_OK : MARKED("lsm.blob_verify.record", st);
+        if (record->bytes > left || record->bytes <= have) {
+            v->what = "record goes beyond the end";
+            record->bytes = 0;
+            return MARKED("lsm.blob_verify.record_too_long", ST_CORRUPT);
+        }
+        have = (u32)record->bytes;
+    }
+}
+
+/* Tells the record at v->offset, if it is damaged and there is more to see behind it, and goes to
+ * the next that is whole or says at least how long it is. */
+MAY_YIELD static status
+record_pass(struct blob_verification *v, status st, u64 record_bytes)
+{
+    bool damage = status_is(st, ST_CORRUPT) || status_is_io(st);
+    if (!damage || v->cut_off || v->places == NULL || v->places->count == PLACES_MAX) return st;
+    MARK("lsm.blob_verify.go_on");
+    places_tell(v->places, st, v->offset, v->what);
+    if (record_bytes != 0) {
+        v->offset += record_bytes;
+        return ST_OK;
+    }
+    for (;;) {
+        u64 next = v->offset + BLOB_ALIGNMENT;
+        if (status_is_io(st)) next = align_up(next, IO_ALIGNMENT); /* once a page: it is slow */
+        v->offset = MIN(next, v->footer.records_end);
+        if (v->offset == v->footer.records_end)
+            return MARKED("lsm.blob_verify.no_record_behind", ST_OK);
+        struct blob_record record;
+        const u8 *data;
+        st = record_at(v, &record, &data);
+        if (ok(st) || record.bytes != 0) return MARKED("lsm.blob_verify.record_behind", ST_OK);
+        if (v->cut_off || (!status_is(st, ST_CORRUPT) && !status_is_io(st))) return st;
+        status paced = pace_add(&v->pace, BLOB_ALIGNMENT);
+        if (!ok(paced)) return paced;
+    }
+}
 
 MAY_YIELD static status
 records_verify(struct blob_verification *v)
@@ -350,30 +406,23 @@ records_verify(struct blob_verification *v)
     if (!ok(st)) return st;
     piece_hash_add(v->hash, BYTES(data, blob_header_bytes()));
     for (v->offset = blob_header_bytes(); v->offset < v->footer.records_end; count++) {
-        u64 left = v->footer.records_end - v->offset;
-        u32 have = (u32)MIN(left, sizeof(struct blob_record_header));
-        struct blob_record record = {0};
-        for (;;) { /* twice: the header tells how much the record is */
-            v->what = "file is cut off";
-            st = piece_reader_get(v->reader, v->offset, have, &data);
-            if (!ok(st)) return st;
-            st = blob_record_decode(BYTES(data, have), v->file_id, v->offset, &record, &v->what);
-            if (!status_is(st, ST_INCOMPLETE)) break;
-            v->what = "record goes beyond the end";
-            if (record.bytes > left || record.bytes <= have)
-                return MARKED("lsm.blob_verify.record_too_long", ST_CORRUPT);
-            have = (u32)record.bytes;
+        struct blob_record record;
+        st = record_at(v, &record, &data);
+        if (ok(st)) {
+            piece_hash_add(v->hash, BYTES(data, record.bytes));
+            v->offset += record.bytes;
+            st = pace_add(&v->pace, record.bytes);
+        } else {
+            st = record_pass(v, st, record.bytes);
         }
-        if (!ok(st)) return MARKED("lsm.blob_verify.record", st);
-        piece_hash_add(v->hash, BYTES(data, record.bytes));
-        v->offset += record.bytes;
-        st = pace_add(&v->pace, record.bytes);
         if (!ok(st)) return st;
     }
+    bool damaged = v->places != NULL && v->places->count > 0; /* and so are count and hash */
     v->what = "record count";
-    if (count != v->footer.record_count) return MARKED("lsm.blob_verify.count", ST_CORRUPT);
+    if (!damaged && count != v->footer.record_count)
+        return MARKED("lsm.blob_verify.count", ST_CORRUPT);
     v->what = "hash of the content";
-    if (piece_hash_value(v->hash) != v->footer.content_hash)
+    if (!damaged && piece_hash_value(v->hash) != v->footer.content_hash)
         return MARKED("lsm.blob_verify.hash", ST_CORRUPT);
 
     u64 zeros = v->file_bytes - sizeof(struct blob_footer) - v->footer.records_end;
@@ -401,12 +450,13 @@ blob_verify_run(struct blob_verification *v, struct budget *budget)
     return records_verify(v);
 }
 
-MAY_YIELD status
-blob_verify(const char *dir, u64 file_id, u64 file_bytes, u64 bytes_per_s, struct budget *budget,
-            u64 *offset_out, const char **what_out)
+MAY_YIELD static status
+verify_file(const char *dir, u64 file_id, u64 file_bytes, u64 bytes_per_s, struct budget *budget,
+            struct places *places, u64 *offset_out, const char **what_out)
 {
     struct blob_verification *v = mem_alloc_zero(budget, sizeof(*v));
     if (v == NULL) return MARKED("lsm.blob_verify.no_memory", ST_NO_MEMORY);
+    v->places = places;
     v->file_id = file_id;
     v->file_bytes = file_bytes;
     pace_init(&v->pace, bytes_per_s);
@@ -424,4 +474,21 @@ blob_verify(const char *dir, u64 file_id, u64 file_bytes, u64 bytes_per_s, struc
     io_file_close(v->file); /* waits for a window that is still on its way */
     mem_free(budget, v, sizeof(*v));
     return st;
+}
+
+MAY_YIELD status
+blob_verify(const char *dir, u64 file_id, u64 file_bytes, u64 bytes_per_s, struct budget *budget,
+            u64 *offset_out, const char **what_out)
+{
+    return verify_file(dir, file_id, file_bytes, bytes_per_s, budget, NULL, offset_out, what_out);
+}
+
+MAY_YIELD status
+blob_verify_all(const char *dir, u64 file_id, u64 file_bytes, struct budget *budget,
+                struct places *places)
+{
+    u64 offset = 0;
+    const char *what = "";
+    status st = verify_file(dir, file_id, file_bytes, 0, budget, places, &offset, &what);
+    return places_end(places, st, offset, what);
 }

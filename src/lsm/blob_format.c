@@ -67,6 +67,7 @@ blob_record_decode(struct bytes bytes, u64 file_id, u64 offset, struct blob_reco
                    const char **what_out)
 {
     struct blob_record_header header;
+    out->bytes = 0;
     if (bytes.size < sizeof(header)) {
         out->bytes = sizeof(header);
         return ST_INCOMPLETE;
@@ -88,6 +89,7 @@ blob_record_decode(struct bytes bytes, u64 file_id, u64 offset, struct blob_reco
     u32 crc = crc32c(table_place_seed(file_id, offset), bytes.data + 8, sizeof(header) - 8);
     if (crc32c(crc, key, header.key_size) != header.crc)
         return MARKED("lsm.blob_format.record_checksum", bad(what_out, "record checksum"));
+    out->bytes = size;
     if (crc32c(0, value, header.value_size) != header.value_crc)
         return MARKED("lsm.blob_format.value_checksum", bad(what_out, "value checksum"));
     const u8 *end = value + header.value_size;

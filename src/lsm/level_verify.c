@@ -17,6 +17,13 @@ struct verify {
     void *arg;
     u64 files, bytes;
     bool damaged;
+    bool hides; /* what is damaged names the files: without it they are not known */
+};
+
+/* The one whose places are told. */
+struct place_file {
+    struct verify *verify;
+    const char *path;
 };
 
 static void
@@ -24,7 +31,20 @@ damage(struct verify *verify, const char *file, u64 offset, const char *what)
 {
     MARK("lsm.verify.damage");
     verify->damaged = true;
+    char text[160];
+    if (verify->hides) {
+        snprintf(text, sizeof(text), "%s; the files that it names and the log were not checked",
+                 what);
+        what = text;
+    }
     if (verify->report != NULL) verify->report(verify->arg, file, offset, what);
+}
+
+static void
+place_each(void *arg, u64 offset, const char *what)
+{
+    const struct place_file *file = arg;
+    damage(file->verify, file->path, offset, what);
 }
 
 /* ok: the next file. Damage is noted and is ok, too; what is not damage ends the verification. */
@@ -45,6 +65,13 @@ outcome(struct verify *verify, status st, const char *file, u64 offset, const ch
     return ST_OK;
 }
 
+/* As outcome, of a file whose places have been told. */
+static status
+places_outcome(struct verify *verify, status st, const char *file)
+{
+    return status_is(st, ST_CORRUPT) ? ST_OK : outcome(verify, st, file, 0, "");
+}
+
 /* A table may stand in several slots; it is checked at the first. */
 static bool
 seen_before(const struct manifest *manifest, u32 index)
@@ -63,26 +90,25 @@ MAY_YIELD static status
 verify_named(struct verify *verify, const struct manifest *manifest)
 {
     char path[LSM_PATH_BYTES];
+    struct place_file file = {verify, path};
     for (u32 i = 0; i < manifest->table_count; i++) {
         if (seen_before(manifest, i)) continue;
         const struct table_meta *meta = manifest->tables[i].meta;
-        u64 offset = 0;
-        const char *what = "";
-        status st = table_verify(verify->dir, meta, 0, io_budget(), &offset, &what);
+        struct places places = {.each = place_each, .arg = &file};
         table_path(path, verify->dir, meta->file_id);
-        st = outcome(verify, st, path, offset, what);
+        status st = table_verify_all(verify->dir, meta, io_budget(), &places);
+        st = places_outcome(verify, st, path);
         if (!ok(st)) return st;
         verify->files++;
         verify->bytes += meta->file_bytes;
     }
     for (u32 i = 0; i < manifest->blob_count; i++) {
         const struct manifest_blob *blob = &manifest->blobs[i];
-        u64 offset = 0;
-        const char *what = "";
-        status st = blob_verify(verify->dir, blob->file_id, blob->file_bytes, 0, io_budget(),
-                                &offset, &what);
+        struct places places = {.each = place_each, .arg = &file};
         blob_path(path, verify->dir, blob->file_id);
-        st = outcome(verify, st, path, offset, what);
+        status st =
+            blob_verify_all(verify->dir, blob->file_id, blob->file_bytes, io_budget(), &places);
+        st = places_outcome(verify, st, path);
         if (!ok(st)) return st;
         verify->files++;
         verify->bytes += blob->file_bytes;
@@ -127,7 +153,7 @@ levels_verify(const char *dir,
               void (*report)(void *arg, const char *file, u64 offset, const char *what), void *arg,
               u64 *files_out, u64 *bytes_out, struct levels_state *state_out)
 {
-    struct verify verify = {.dir = dir, .report = report, .arg = arg};
+    struct verify verify = {.dir = dir, .report = report, .arg = arg, .hides = true};
     struct manifest manifest = {.budget = io_budget()};
     *state_out = (struct levels_state){0};
     char path[LSM_PATH_BYTES];
@@ -145,6 +171,7 @@ levels_verify(const char *dir,
         }
     } else if (ok(st)) {
         *state_out = manifest.state;
+        verify.hides = false;
         verify.files++;
         verify.bytes += align_up(manifest_encoded_size(&manifest), IO_ALIGNMENT);
         st = verify_named(&verify, &manifest);
@@ -156,6 +183,7 @@ levels_verify(const char *dir,
     } else {
         st = outcome(&verify, st, path, offset, what);
     }
+    verify.hides = false;
     if (ok(st)) st = verify_old_manifest(&verify);
     *files_out = verify.files;
     *bytes_out = verify.bytes;

@@ -809,7 +809,10 @@ store_verify(const char *data_dir,
     if (!ok(st) && locked) {
         MARK("lsm.store.verify_node");
         const char *what = status_is(st, ST_NOT_FOUND) ? "file is missing" : status_text(st);
-        report(arg, work->path, 0, error[0] != '\0' ? error : what);
+        char text[352];
+        snprintf(text, sizeof(text), "%s; the stores that it names were not checked",
+                 error[0] != '\0' ? error : what);
+        report(arg, work->path, 0, text);
     } else if (ok(st)) {
         *files_out = 1;
         *bytes_out = NODE_BYTES;
@@ -825,7 +828,9 @@ store_verify(const char *data_dir,
             one = lsm_verify(dir, report, arg, &files, &bytes);
         } else {
             MARK("lsm.store.verify_elsewhere");
-            report(arg, dir, 0, "manifest of other partitions than the directory's name says");
+            report(arg, dir, 0,
+                   "manifest of other partitions than the directory's name says; its files were "
+                   "not checked");
             one = ST_CORRUPT;
         }
         if (status_is(one, ST_NOT_FOUND)) {

@@ -196,12 +196,30 @@ struct leave_out {
  * the store's tokens. */
 void table_cursor_leave_out(struct cursor *cursor, struct leave_out *leave_out, u64 token_first,
                             u64 token_last);
+/* Told of each damaged place of a file as it is found. */
+struct places {
+    void (*each)(void *arg, u64 offset, const char *what);
+    void *arg;
+    u32 count; /* so far, of this file; zero at first */
+};
+#define PLACES_MAX                                                                                 \
+    1000u /* of a file: where the next is, "and more" is told, and the file is left */
+/* st: ST_CORRUPT, or why it cannot be read. */
+void places_tell(struct places *places, status st, u64 offset, const char *what);
+/* What has ended the file is told as well. ST_CORRUPT when any place was. */
+MUST_CHECK status places_end(struct places *places, status st, u64 offset, const char *what);
+
 /* Reads the whole file and checks every byte against its checksums and meta. *offset_out and
  * *what_out say where and what on ST_CORRUPT; where on ST_IO_ERROR, too. Yields between pieces; at most bytes_per_s (0: no
  * limit). ST_CANCELED when the node stops. */
 MAY_YIELD MUST_CHECK status table_verify(const char *dir, const struct table_meta *meta,
                                          u64 bytes_per_s, struct budget *budget, u64 *offset_out,
                                          const char **what_out);
+/* The same without a limit; but it goes on behind a block or a filter that is damaged or cannot be
+ * read. What such damage makes meaningless (counts, hash of the file) is not told besides.
+ * ST_CORRUPT: places were told, each once. Another status is not told. */
+MAY_YIELD MUST_CHECK status table_verify_all(const char *dir, const struct table_meta *meta,
+                                             struct budget *budget, struct places *places);
 
 /* ---- blob files: values kept apart ---- */
 
@@ -241,5 +259,9 @@ MAY_YIELD MUST_CHECK status blob_read(struct blob_file *blob, enum io_class io_c
 MAY_YIELD MUST_CHECK status blob_verify(const char *dir, u64 file_id, u64 file_bytes,
                                         u64 bytes_per_s, struct budget *budget, u64 *offset_out,
                                         const char **what_out);
+/* As table_verify_all. A record whose header or key is damaged does not tell where the next one is:
+ * that is where header and key are whole again, and all before it is one place. */
+MAY_YIELD MUST_CHECK status blob_verify_all(const char *dir, u64 file_id, u64 file_bytes,
+                                            struct budget *budget, struct places *places);
 
 #endif

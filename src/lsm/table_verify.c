@@ -10,6 +10,10 @@
  *   every byte              the hash of the whole file against the manifest
  *
  * The hash alone finds any damage; the rest says where it is, and finds what a wrong writer did.
+ *
+ * A live node needs the first damaged place only. table_verify_all goes on: the index says where the
+ * next block is, and what comes before it is not compared with it. Without footer or index the file
+ * is left.
  */
 #include "lsm/table_internal.h"
 
@@ -41,9 +45,35 @@ struct verify {
     u8 last_key[LIMIT_KEY_BYTES];
     bool any;
 
+    struct places *places; /* NULL: the first one ends it */
+    bool gap;              /* the block before was damaged: last tells nothing */
+    bool leave_separators, leave_filter, leave_tail; /* they have been told */
+
     u64 offset; /* of what is read, or is wrong */
     const char *what;
 };
+
+void
+places_tell(struct places *places, status st, u64 offset, const char *what)
+{
+    if (status_is_io(st)) what = "cannot be read";
+    if (places->count == PLACES_MAX) {
+        MARK("lsm.places.more");
+        what = "and more: the file is not read further";
+    }
+    places->count++;
+    places->each(places->arg, offset, what);
+}
+
+status
+places_end(struct places *places, status st, u64 offset, const char *what)
+{
+    if (status_is(st, ST_CORRUPT) || status_is_io(st))
+        places_tell(places, st, offset, what);
+    else if (!ok(st))
+        return st;
+    return places->count > 0 ? ST_CORRUPT : ST_OK;
+}
 
 static status
 bad(struct verify *v, u64 offset, const char *what)
@@ -53,12 +83,24 @@ bad(struct verify *v, u64 offset, const char *what)
     return ST_CORRUPT;
 }
 
+/* Tells it, if it is damage and there is more to see behind it. */
+static status
+go_on(struct verify *v, status st)
+{
+    bool damage = status_is(st, ST_CORRUPT) || status_is_io(st);
+    if (!damage || v->places == NULL || v->places->count == PLACES_MAX) return st;
+    MARK("lsm.table_verify.go_on");
+    places_tell(v->places, st, v->offset, v->what);
+    v->what = NULL;
+    return ST_OK;
+}
+
 /* The separator of the block that begins with entry, if it must have one. */
 static status
 separator_verify(struct verify *v, const struct entry *entry)
 {
     bool has = v->run < v->index.run_count && v->index.run_blocks[v->run] == v->block;
-    bool must = v->any && v->last.token == entry->token;
+    bool must = v->gap ? has : v->any && v->last.token == entry->token;
     u64 offset = v->footer.block_bytes;
     if (has != must)
         return MARKED("lsm.table_verify.separator_missing", bad(v, offset, "index separators"));
@@ -68,10 +110,11 @@ separator_verify(struct verify *v, const struct entry *entry)
     bool same = v->index.run_ends[v->run] & TABLE_RUN_SAME_KEY;
     struct bytes separator = BYTES(v->index.separators + begin, end - begin);
     v->run++;
-    if (same != bytes_equal(v->last.key, entry->key))
+    if (!v->gap && same != bytes_equal(v->last.key, entry->key))
         return MARKED("lsm.table_verify.separator_kind", bad(v, offset, "index separators"));
     if (bytes_compare(separator, entry->key) > 0)
         return MARKED("lsm.table_verify.separator_high", bad(v, offset, "index separators"));
+    if (v->gap) return ST_OK;
     int before = bytes_compare(v->last.key, separator);
     if (same ? before != 0 : before >= 0)
         return MARKED("lsm.table_verify.separator_low", bad(v, offset, "index separators"));
@@ -100,17 +143,19 @@ entry_verify(void *arg, const struct entry *entry)
 {
     struct verify *v = arg;
     u64 offset = table_index_offset(&v->index, v->block);
-    if (v->any && entry_compare(&v->last, entry) >= 0)
+    if (v->any && !v->gap && entry_compare(&v->last, entry) >= 0)
         return MARKED("lsm.table_verify.block_order", bad(v, offset, "order of blocks"));
     const struct table_filter *filter = &v->filter;
-    if (filter->lines != NULL && !bloom_may_contain(filter->lines, filter->line_count,
-                                                    filter->probes, hash_key(entry->key, 0)))
+    if (filter->lines != NULL && !v->leave_filter &&
+        !bloom_may_contain(filter->lines, filter->line_count, filter->probes,
+                           hash_key(entry->key, 0)))
         return MARKED("lsm.table_verify.filter_misses",
                       bad(v, v->footer.block_bytes + v->footer.index_bytes, "filter misses a key"));
     if (!v->any) v->counted.token_first = entry->token;
     count(&v->counted, entry);
     v->last = *entry;
     v->any = true;
+    v->gap = false;
     return ST_OK;
 }
 
@@ -148,7 +193,7 @@ block_verify(struct verify *v, u64 offset, u32 size)
     struct entry first;
     if (!ok(table_block_entry(&view, 0, &first, NULL)))
         return MARKED("lsm.table_verify.record", bad(v, offset, "record"));
-    st = separator_verify(v, &first);
+    if (!v->leave_separators) st = separator_verify(v, &first);
     if (!ok(st)) return st;
     st = table_block_iterate(&view, entry_verify, v);
     if (!ok(st))
@@ -232,11 +277,37 @@ sections_verify(struct verify *v)
     if (!ok(st) || v->footer.filter_bytes == 0) return st;
     v->offset = v->footer.block_bytes + v->footer.index_bytes;
     st = table_filter_read(v->file, &v->footer, v->budget, &v->filter);
-    if (status_is(st, ST_CORRUPT))
-        return MARKED("lsm.table_verify.filter",
-                      bad(v, v->footer.block_bytes + v->footer.index_bytes, "filter"));
+    if (status_is(st, ST_CORRUPT)) {
+        MARK("lsm.table_verify.filter");
+        v->what = "filter";
+    }
+    v->leave_tail = status_is_io(st);
     /* Without memory for it its bytes are still covered by the file's hash. */
-    return status_is(st, ST_NO_MEMORY) ? MARKED("lsm.table_verify.filter_no_memory", ST_OK) : st;
+    if (status_is(st, ST_NO_MEMORY)) return MARKED("lsm.table_verify.filter_no_memory", ST_OK);
+    return go_on(v, st);
+}
+
+/* Behind a damaged block; but what is wrong with index or filter is not the block's: it is looked
+ * at again without them. */
+static status
+block_go_on(struct verify *v, status st)
+{
+    u64 offset = v->offset;
+    st = go_on(v, st);
+    if (!ok(st)) return st;
+    v->gap = true;
+    if (offset == v->footer.block_bytes) {
+        MARK("lsm.table_verify.leave_separators");
+        v->leave_separators = true;
+    } else if (offset > v->footer.block_bytes) {
+        MARK("lsm.table_verify.leave_filter");
+        v->leave_filter = true;
+    } else {
+        while (v->run < v->index.run_count && v->index.run_blocks[v->run] <= v->block)
+            v->run++;
+        v->block++;
+    }
+    return ST_OK;
 }
 
 MAY_YIELD static status
@@ -249,25 +320,30 @@ verify_run(struct verify *v)
     st = piece_reader_open(v->file, v->meta->file_bytes, IO_CLASS_COMPACTION, PIECE_BYTES,
                            v->budget, &v->reader);
     if (!ok(st)) return st;
-    for (v->block = 0; v->block < v->index.block_count; v->block++) {
+    for (v->block = 0; v->block < v->index.block_count;) {
         u64 offset = table_index_offset(&v->index, v->block);
         u32 size = (u32)(table_index_offset(&v->index, v->block + 1) - offset);
         st = block_verify(v, offset, size);
+        if (ok(st))
+            v->block++;
+        else
+            st = block_go_on(v, st);
         if (ok(st)) st = pace_add(&v->pace, size);
         if (!ok(st)) return st;
     }
-    st = tail_verify(v);
-    if (!ok(st)) return st;
+    if (!v->leave_tail) st = tail_verify(v);
+    if (!ok(st) || (v->places != NULL && v->places->count > 0)) return st;
     return counts_verify(v);
 }
 
-MAY_YIELD status
-table_verify(const char *dir, const struct table_meta *meta, u64 bytes_per_s, struct budget *budget,
-             u64 *offset_out, const char **what_out)
+MAY_YIELD static status
+verify_file(const char *dir, const struct table_meta *meta, u64 bytes_per_s, struct budget *budget,
+            struct places *places, u64 *offset_out, const char **what_out)
 {
     struct verify *v = mem_alloc_zero(budget, sizeof(*v));
     if (v == NULL) return MARKED("lsm.table_verify.no_memory", ST_NO_MEMORY);
     v->meta = meta;
+    v->places = places;
     v->budget = budget;
     v->counted.seq_min = v->counted.version_min = v->counted.expire_min_ms = UINT64_MAX;
     pace_init(&v->pace, bytes_per_s);
@@ -288,4 +364,21 @@ table_verify(const char *dir, const struct table_meta *meta, u64 bytes_per_s, st
     io_file_close(v->file); /* waits for a window that is still on its way */
     mem_free(budget, v, sizeof(*v));
     return st;
+}
+
+MAY_YIELD status
+table_verify(const char *dir, const struct table_meta *meta, u64 bytes_per_s, struct budget *budget,
+             u64 *offset_out, const char **what_out)
+{
+    return verify_file(dir, meta, bytes_per_s, budget, NULL, offset_out, what_out);
+}
+
+MAY_YIELD status
+table_verify_all(const char *dir, const struct table_meta *meta, struct budget *budget,
+                 struct places *places)
+{
+    u64 offset = 0;
+    const char *what = "";
+    status st = verify_file(dir, meta, 0, budget, places, &offset, &what);
+    return places_end(places, st, offset, what);
 }

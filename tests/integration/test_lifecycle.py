@@ -1048,6 +1048,15 @@ def largest_table(directory):
     return victim
 
 
+def flip(path, *offsets):
+    with open(path, "r+b") as file:
+        for offset in offsets:
+            file.seek(offset)
+            byte = file.read(1)
+            file.seek(offset)
+            file.write(bytes([byte[0] ^ 0x10]))
+
+
 def test_verify_passes_a_good_directory_and_names_damage(make_server):
     server = make_server(cores="0")
     fill(server, 20000, size=400)
@@ -1057,14 +1066,45 @@ def test_verify_passes_a_good_directory_and_names_damage(make_server):
     assert "no damage" in done.stdout
 
     victim = largest_table(server.data_dir)
-    with open(victim, "r+b") as file:
-        file.seek(4096 + 100)
-        byte = file.read(1)
-        file.seek(4096 + 100)
-        file.write(bytes([byte[0] ^ 0x10]))
+    flip(victim, 4096 + 100)
     done = run_server("--verify", "--data-dir", server.data_dir)
     assert done.returncode == 1
     assert os.path.basename(victim) in done.stdout and "offset" in done.stdout
+
+
+def test_verify_names_each_damaged_block_of_a_file(make_server):
+    server = make_server(cores="0")
+    fill(server, 20000, size=400)
+    assert server.stop() == 0
+    victim = largest_table(server.data_dir)
+    flips = [5000, 200000, 900000]
+    flip(victim, *flips)
+    done = run_server("--verify", "--data-dir", server.data_dir)
+    assert done.returncode == 1
+    told = re.findall(rf"{os.path.basename(victim)}: offset (\d+): ", done.stdout)
+    assert len(told) == 3, done.stdout
+    for offset, place in zip(map(int, told), flips): # of the block, which is 4 KiB at most
+        assert offset <= place < offset + 4096, done.stdout
+    assert "3 damaged places" in done.stdout
+
+
+def test_verify_says_what_damage_keeps_it_from_checking(make_server):
+    server = make_server(cores="0")
+    fill(server, 20000, size=400)
+    assert server.stop() == 0
+    flip(largest_table(server.data_dir), 5000)
+    manifest = glob.glob(os.path.join(server.data_dir, "p*", "manifest"))[0]
+    flip(manifest, 100)
+    done = run_server("--verify", "--data-dir", server.data_dir)
+    assert done.returncode == 1
+    assert re.search(r"manifest: offset 0: .*; the files that it names and the log were not checked\n",
+                     done.stdout), done.stdout
+    flip(manifest, 100)
+    flip(os.path.join(server.data_dir, "NODE"), 100)
+    done = run_server("--verify", "--data-dir", server.data_dir)
+    assert done.returncode == 1
+    assert re.search(r"NODE: offset 0: .*; the stores that it names were not checked\n",
+                     done.stdout), done.stdout
 
 
 def test_verify_of_a_directory_in_use_is_refused(make_server):
@@ -1151,14 +1191,6 @@ def test_damage_is_reported_and_never_served(make_server):
                 errors += 1
     assert errors > 0
     server.wait_metric("distkv_corruptions_total", lambda value: value > 0)
-
-
-def flip(path, offset):
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte[0] ^ 0x10]))
 
 
 @pytest.mark.parametrize("name, harm, offset", [

@@ -183,6 +183,92 @@ flip_body(void *arg)
     return ST_OK;
 }
 
+/* ---- several damaged records ---- */
+
+struct told {
+    u32 count;
+    u64 offsets[20];
+    const char *whats[20];
+};
+
+static void
+note(void *arg, u64 offset, const char *what)
+{
+    struct told *told = arg;
+    assert_true(told->count < ARRAY_COUNT(told->offsets));
+    told->offsets[told->count] = offset;
+    told->whats[told->count++] = what;
+}
+
+MAY_YIELD static status
+told_of(const struct stored *stored, struct told *told)
+{
+    struct places places = {.each = note, .arg = told};
+    told->count = 0;
+    return blob_verify_all(FIXTURE_DIR, 5, stored->file_bytes, &budget, &places);
+}
+
+static status
+several_body(void *arg)
+{
+    struct sim_disk *disk = arg;
+    const char *path = FIXTURE_DIR "/b0000000000000005";
+    const u32 header = sizeof(struct blob_record_header);
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    struct stored stored;
+    assert_true(ok(blob_build(&stored, ARRAY_COUNT(sizes))));
+    struct told told;
+    assert_true(ok(told_of(&stored, &told)));
+    assert_int_equal(told.count, 0);
+
+    /* Where in the record the bit is: 0 its magic, 12 its value's size, the key, the value. */
+    const struct {
+        u32 record, byte;
+        const char *what; /* NULL: a sector that cannot be read */
+    } harms[] = {
+        {0, 0, "no record"}, /* the first */
+        {2, header, "record checksum"},
+        {5, header + 15 + 10, "value checksum"}, /* neighbours */
+        {6, header + 16 + 4000, "value checksum"},
+        {8, 12, "record checksum"},
+        {9, header + 19 + 100000, "value checksum"}, /* behind one without a length */
+        {11, 600000, NULL},
+        {13, 0, "no record"}, /* the last */
+    };
+    for (u32 i = 0; i < ARRAY_COUNT(harms); i++) {
+        u64 offset = stored.pointers[harms[i].record].offset + harms[i].byte;
+        assert_true(ok(harms[i].what != NULL ? sim_disk_flip(disk, path, offset, 1)
+                                             : sim_disk_latent(disk, path, offset)));
+    }
+    assert_true(status_is(told_of(&stored, &told), ST_CORRUPT));
+    for (u32 i = 0; i < ARRAY_COUNT(harms); i++) {
+        assert_true(i < told.count);
+        assert_int_equal(told.offsets[i], stored.pointers[harms[i].record].offset);
+        assert_string_equal(told.whats[i],
+                            harms[i].what != NULL ? harms[i].what : "cannot be read");
+    }
+    assert_int_equal(told.count, ARRAY_COUNT(harms));
+
+    assert_true(ok(sim_disk_flip(disk, path, stored.file_bytes - 1, 1)));
+    assert_true(status_is(told_of(&stored, &told), ST_CORRUPT)); /* where they end is not known */
+    assert_int_equal(told.count, 1);
+    assert_int_equal(told.offsets[0], stored.file_bytes - IO_ALIGNMENT);
+    return ST_OK;
+}
+
+static void
+each_damaged_record_is_told_once(void **unused)
+{
+    struct sim_options options;
+    sim_options_default(&options, SEED);
+    budget_init(&budget, "test", MIB(64), NULL);
+    struct sim *sim = sim_new(&options);
+    struct sim_disk *disk = sim_node_disk(sim_node_new(sim, "10.0.0.1"));
+    assert_true(ok(sim_run(sim, 1, several_body, disk)));
+    sim_free(sim);
+    assert_int_equal(budget.used_bytes, 0);
+}
+
 static status
 fail_body(void *arg)
 {
@@ -339,6 +425,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_come_back_and_only_to_their_owner),
         cmocka_unit_test(flipped_bits_of_a_blob_file_are_detected),
+        cmocka_unit_test(each_damaged_record_is_told_once),
         cmocka_unit_test(a_size_that_no_file_has_is_refused),
         cmocka_unit_test(a_file_that_is_cut_while_it_is_opened_is_damaged),
         cmocka_unit_test(any_failing_request_or_allocation_is_returned),

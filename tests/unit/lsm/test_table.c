@@ -712,6 +712,41 @@ a_flipped_bit_in_any_byte_of_a_table_is_detected(void **unused)
     run(flip_body);
 }
 
+/* The file ends before the block, though it was whole when the table was opened. */
+static status
+cut_off_body(void *arg)
+{
+    (void)arg;
+    struct fixture f = {0};
+    fixture_fill(&f, 14, "cut", 200, 1, 100);
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    struct table_meta meta;
+    assert_true(ok(table_build(&f, 1, LSM_CODEC_NONE, 10, &budget, &meta)));
+    struct table *table;
+    assert_true(ok(table_open(FIXTURE_DIR, &meta, &budget, &stats, &table)));
+    struct io_file *file;
+    assert_true(ok(io_file_open(FIXTURE_DIR "/t0000000000000001", IO_OPEN_WRITE, &file)));
+    assert_true(ok(io_file_truncate(file, 8192)));
+    io_file_close(file);
+    const struct entry *first = &f.entries[0], *last = &f.entries[f.count - 1];
+    struct entry out;
+    struct block *pin;
+    assert_true(
+        ok(table_get(table, NULL, first->token, first->key, first->seq, false, &out, &pin)));
+    block_cache_unpin(pin);
+    assert_true(status_is(
+        table_get(table, NULL, last->token, last->key, last->seq, false, &out, &pin), ST_CORRUPT));
+    table_unref(table);
+    fixture_free(&f);
+    return ST_OK;
+}
+
+static void
+a_block_that_was_cut_off_is_damage(void **unused)
+{
+    run(cut_off_body);
+}
+
 /* The decoders alone, with every bit. */
 static status
 decode_body(void *arg)
@@ -1271,6 +1306,7 @@ main(void)
         cmocka_unit_test(what_lies_outside_of_a_file_is_damage),
         cmocka_unit_test(a_cursor_may_be_closed_while_it_reads),
         cmocka_unit_test(a_flipped_bit_in_any_byte_of_a_table_is_detected),
+        cmocka_unit_test(a_block_that_was_cut_off_is_damage),
         cmocka_unit_test(every_flipped_bit_of_a_block_or_footer_fails_its_checksum),
         cmocka_unit_test(any_failing_read_write_sync_or_name_is_returned),
         cmocka_unit_test(any_failing_allocation_is_returned),

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_table_forged.c -- tables that are wrong though every checksum is right, as a wrong writer
- * would make them: verification finds each, and says what; reading one is safe.
+ * would make them: verification finds each, and says what; reading one is safe. And several damaged
+ * places of one table: each is told, once.
  *
  * The table has no codec, entries of small tokens, a run of one token over several blocks, and
  * entries of larger tokens:
@@ -282,11 +283,205 @@ what_a_wrong_writer_did_is_found_behind_right_checksums(void **state)
     assert_int_equal(budget.used_bytes, 0);
 }
 
+/* ---- several places of one table ---- */
+
+struct told {
+    u32 count;
+    u64 offsets[2 * PLACES_MAX];
+    const char *whats[2 * PLACES_MAX];
+};
+
+static struct told told;
+
+static void
+note(void *arg, u64 offset, const char *what)
+{
+    (void)arg;
+    assert_true(told.count < ARRAY_COUNT(told.offsets));
+    told.offsets[told.count] = offset;
+    told.whats[told.count++] = what;
+}
+
+MAY_YIELD static status
+told_of(const struct table_meta *meta)
+{
+    struct places places = {.each = note};
+    told.count = 0;
+    status st = table_verify_all(FIXTURE_DIR, meta, &budget, &places);
+    assert_true(places.count == told.count);
+    return st;
+}
+
+static void
+told_next(u32 *at, u64 offset, const char *what)
+{
+    assert_true(*at < told.count);
+    assert_int_equal(told.offsets[*at], offset);
+    assert_string_equal(told.whats[*at], what);
+    ++*at;
+}
+
+/* In blocks of all three parts, two of them neighbours inside the run, the first and the last. */
+static status
+several_body(void *arg)
+{
+    struct sim_disk *disk = arg;
+    struct fixture f = {0};
+    entries_make(&f);
+    struct image image = {0};
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    assert_true(ok(table_build(&f, 1, LSM_CODEC_NONE, 10, &budget, &image.meta)));
+    u32 size = (u32)image.meta.file_bytes;
+    image.data = mem_alloc_aligned(&budget, size, IO_ALIGNMENT);
+    struct io_file *file;
+    assert_true(ok(io_file_open(PATH, IO_OPEN_WRITE, &file)));
+    assert_true(ok(io_file_read(file, IO_CLASS_READ, image.data, size, 0)));
+    image_locate(&image);
+    assert_true(ok(told_of(&image.meta)));
+    assert_int_equal(told.count, 0);
+
+    u32 run = run_block(&image, 1), last = image.block_count - 1;
+    const u32 blocks[] = {0, 2, run, run + 1, last};
+    assert_true(run > 3 && run + 3 < last);
+    for (u32 i = 0; i < ARRAY_COUNT(blocks); i++)
+        image.data[offset_of(&image, blocks[i]) + 50] ^= 1;
+    u32 other = run + 3; /* its checksum is right, its token is not that of the index */
+    u8 *raw = image.data + offset_of(&image, other) + sizeof(struct table_block_header);
+    raw[offsetof(struct table_raw_header, token_base)] ^= 1;
+    block_seal(&image, other);
+    u64 filter = image.footer->block_bytes + image.footer->index_bytes;
+    assert_true(image.footer->filter_bytes > 0);
+    image.data[filter] ^= 1;
+    u64 padding = filter + image.footer->filter_bytes;
+    assert_true(padding < size - TABLE_FOOTER_BYTES);
+    image.data[padding] ^= 1;
+    assert_true(ok(io_file_write(file, IO_CLASS_READ, image.data, size, 0, false)));
+    u32 unread = run + 2; /* and its disk sector, which may be its neighbours', too */
+    u64 sector = align_down(offset_of(&image, unread) + 2048, 512);
+    assert_true(sector > offset_of(&image, unread));
+    assert_true(sector + 512 < offset_of(&image, unread + 1));
+    assert_true(ok(sim_disk_latent(disk, PATH, sector)));
+
+    assert_true(status_is(told_of(&image.meta), ST_CORRUPT));
+    u32 at = 0;
+    told_next(&at, filter, "filter");
+    told_next(&at, 0, "block checksum");
+    told_next(&at, offset_of(&image, 2), "block checksum");
+    told_next(&at, offset_of(&image, run), "block checksum");
+    told_next(&at, offset_of(&image, run + 1), "block checksum");
+    told_next(&at, offset_of(&image, unread), "cannot be read");
+    told_next(&at, offset_of(&image, other), "first token of block");
+    told_next(&at, offset_of(&image, last), "block checksum");
+    told_next(&at, padding, "padding");
+    assert_int_equal(told.count, at);
+
+    image.index[20] ^= 1; /* which tells where the blocks are */
+    assert_true(ok(io_file_write(file, IO_CLASS_READ, image.data, size, 0, false)));
+    assert_true(status_is(told_of(&image.meta), ST_CORRUPT));
+    at = 0;
+    told_next(&at, image.footer->block_bytes, "index");
+    assert_int_equal(told.count, at);
+    io_file_close(file);
+    mem_free(&budget, image.data, size);
+    fixture_free(&f);
+    return ST_OK;
+}
+
+/* What is wrong with the index is told once, and hides no block that is damaged, too. */
+static status
+forged_and_damaged_body(void *arg)
+{
+    (void)arg;
+    struct fixture f = {0};
+    entries_make(&f);
+    struct image image = {0};
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    assert_true(ok(table_build(&f, 1, LSM_CODEC_NONE, 10, &budget, &image.meta)));
+    u32 size = (u32)image.meta.file_bytes;
+    image.data = mem_alloc_aligned(&budget, size, IO_ALIGNMENT);
+    struct io_file *file;
+    assert_true(ok(io_file_open(PATH, IO_OPEN_WRITE, &file)));
+    assert_true(ok(io_file_read(file, IO_CLASS_READ, image.data, size, 0)));
+    image_locate(&image);
+    u32 last = image.block_count - 1;
+    u64 filter = image.footer->block_bytes + image.footer->index_bytes;
+    memset(image.separators, 0xff, load_u32(image.run_ends) & ~TABLE_RUN_SAME_KEY);
+    memset(image.data + filter, 0, image.footer->filter_bytes);
+    image.footer->filter_crc =
+        crc32c(table_place_seed(1, filter), image.data + filter, image.footer->filter_bytes);
+    image.data[offset_of(&image, last) + 50] ^= 1;
+    index_seal(&image);
+    assert_true(ok(io_file_write(file, IO_CLASS_READ, image.data, size, 0, false)));
+    assert_true(status_is(told_of(&image.meta), ST_CORRUPT));
+    u32 at = 0;
+    told_next(&at, filter, "filter misses a key");
+    told_next(&at, image.footer->block_bytes, "index separators");
+    told_next(&at, offset_of(&image, last), "block checksum");
+    assert_int_equal(told.count, at);
+    io_file_close(file);
+    mem_free(&budget, image.data, size);
+    fixture_free(&f);
+    return ST_OK;
+}
+
+/* More damaged blocks than are told. */
+static status
+wiped_body(void *arg)
+{
+    (void)arg;
+    struct fixture f = {0};
+    static u8 value[3500];
+    for (u32 i = 0; i < PLACES_MAX + 20; i++) {
+        char key[32];
+        int size = snprintf(key, sizeof(key), "key-%06u", i);
+        fixture_add(&f, i, BYTES(key, (size_t)size), BYTES(value, sizeof(value)), i + 1, i + 1, 0,
+                    ENTRY_PUT);
+    }
+    struct table_meta meta;
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    assert_true(ok(table_build(&f, 1, LSM_CODEC_NONE, 10, &budget, &meta)));
+    struct io_file *file;
+    assert_true(ok(io_file_open(PATH, IO_OPEN_WRITE, &file)));
+    u8 *zeros = mem_alloc_aligned(&budget, IO_ALIGNMENT, IO_ALIGNMENT);
+    memset(zeros, 0, IO_ALIGNMENT);
+    for (u64 at = 0; at < (PLACES_MAX + 20) * sizeof(value); at += IO_ALIGNMENT)
+        assert_true(ok(io_file_write(file, IO_CLASS_READ, zeros, IO_ALIGNMENT, at, false)));
+    io_file_close(file);
+    mem_free(&budget, zeros, IO_ALIGNMENT);
+    assert_true(status_is(told_of(&meta), ST_CORRUPT));
+    assert_int_equal(told.count, PLACES_MAX + 1);
+    for (u32 i = 0; i < PLACES_MAX; i++) {
+        assert_string_equal(told.whats[i], "block checksum");
+        assert_true(i == 0 || told.offsets[i] > told.offsets[i - 1]);
+    }
+    assert_non_null(strstr(told.whats[PLACES_MAX], "and more"));
+    fixture_free(&f);
+    return ST_OK;
+}
+
+static void
+each_damaged_place_of_a_table_is_told_once(void **state)
+{
+    (void)state;
+    status (*const bodies[])(void *arg) = {several_body, forged_and_damaged_body, wiped_body};
+    for (u32 i = 0; i < ARRAY_COUNT(bodies); i++) {
+        struct sim_options options;
+        sim_options_default(&options, 1);
+        budget_init(&budget, "test", MIB(64), NULL);
+        sim = sim_new(&options);
+        struct sim_disk *disk = sim_node_disk(sim_node_new(sim, "10.0.0.1"));
+        assert_true(ok(sim_run(sim, 1, bodies[i], disk)));
+        sim_free(sim);
+        assert_int_equal(budget.used_bytes, 0);
+    }
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_a_wrong_writer_did_is_found_behind_right_checksums),
+        cmocka_unit_test(each_damaged_place_of_a_table_is_told_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
