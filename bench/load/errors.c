@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * errors.c -- see errors.h. Names are compared as they are shown, dots and cut included. There are
+ * few, so they are searched one by one; the last place is kept for "other".
+ */
 #include "load/errors.h"
 
 static void

@@ -1,4 +1,10 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * keys.c -- see keys.h. The sum that zipf needs is not added up over billions of keys: behind the
+ * first terms a formula gives it, and a key that is inserted adds its own term. Ranks are spread by
+ * a multiplier that shares no divisor with the count; the window remembers inserts that ended
+ * before an earlier one.
+ */
 #include "load/keys.h"
 
 #include <math.h>

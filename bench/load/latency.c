@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * latency.c -- see latency.h, where recording is inline. Here is what is done once a second and at
+ * the end: percentiles, the mean, the sum over threads, and what lies between two copies.
+ */
 #include "load/latency.h"
 
 u64

@@ -1,4 +1,9 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * machine.c -- see machine.h. What cannot be found out stays empty or 0: a report without the name
+ * of the processor is still one. The rest is about processes and servers: their CPU time, what INFO
+ * says of them, names and connections.
+ */
 #include "load/machine.h"
 
 #include <arpa/inet.h>

@@ -1,4 +1,10 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * node.c -- see node.h. A child has a process group of its own, so that Ctrl+C reaches it through
+ * this program only, and the kernel ends it when this program dies. A node gets a free port, a
+ * directory made in the working directory, and none of the DISTKV_ variables; the responder tells
+ * its port through a pipe.
+ */
 #include "load/node.h"
 
 #include <arpa/inet.h>

@@ -1,4 +1,9 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * report.c -- see report.h. What is derived (rates, CPU time of an operation, whether the client
+ * itself was busy) is computed at the top, once for all formats; each format is one section that
+ * only shows it.
+ */
 #include "load/report.h"
 
 #include <inttypes.h>

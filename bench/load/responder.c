@@ -1,4 +1,9 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * responder.c -- see responder.h. It runs on the loop and the connections of the server (src/io)
+ * and does nothing that a server could leave out: replies are prepared, many in a row, and what it
+ * knows of a connection fits in the connection's pointer.
+ */
 #include "load/responder.h"
 
 #include <signal.h>

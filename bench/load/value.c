@@ -1,4 +1,9 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * value.c -- see value.h. The check chooses the pieces of the pool and what is mixed into them, so
+ * that writing and judging walk the same pieces; judging only gathers differences, without a branch
+ * a word.
+ */
 #include "load/value.h"
 
 #include "base/prng.h"
