@@ -340,9 +340,10 @@ static const char EPILOGUE_IMPORT[] =
     "              milliseconds instead of a time to live.\n"
     "  TSV         key <tab> value [<tab> expire_ms], with \\t \\n \\r \\\\ \\xHH\n"
     "Lines that fail are reported and counted; the exit status is 1 when there were any.\n";
-static const char EPILOGUE_EXPORT[] = "Writes every key of the keyspace to FILE, or to standard "
-                                      "output, as import reads it. All of it\n"
-                                      "is of one moment: what is written meanwhile is not seen.\n";
+static const char EPILOGUE_EXPORT[] =
+    "Writes every key of the keyspace to FILE, or to standard output, as import reads it.\n"
+    "Of a single node all of it is of one moment: what is written meanwhile is not seen. Of a\n"
+    "cluster each page is of its own moment.\n";
 
 const struct cli_command cli_commands[] = {
     {"put", "KEY VALUE", "store a value (VALUE -: from standard input)", OPTIONS(OPTIONS_PUT), 2, 2,
