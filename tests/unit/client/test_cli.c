@@ -445,6 +445,19 @@ the_prompt_completes_and_remembers(void **state)
 }
 
 static void
+the_prompt_gives_help(void **state)
+{
+    (void)state;
+    if (run("script -qec true /dev/null </dev/null") != 0) skip(); /* no script, no terminals */
+    at_the_prompt("prompts 1; printf 'help put\\n'; prompts 2; printf 'quit\\n'");
+    assert_says("cat screen", 0, "--if-absent");
+    at_the_prompt("prompts 1; printf 'help\\n'; prompts 2; printf 'quit\\n'");
+    assert_says("cat screen", 0, "explain a command");
+    at_the_prompt("prompts 1; printf 'hel\\texpor\\t\\n'; prompts 2; printf 'quit\\n'");
+    assert_says("cat screen", 0, "as import reads it");
+}
+
+static void
 an_interrupt_clears_the_line_at_the_prompt(void **state)
 {
     (void)state;
@@ -492,6 +505,7 @@ main(void)
         T(a_server_that_does_not_answer_ends_with_1),
         T(lines_of_a_pipe_are_run_like_the_prompt),
         T(the_prompt_completes_and_remembers),
+        T(the_prompt_gives_help),
         T(an_interrupt_clears_the_line_at_the_prompt),
         T(an_export_writes_through_what_is_no_file),
     };
