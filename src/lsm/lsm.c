@@ -339,7 +339,7 @@ MAY_YIELD void
 lsm_caches_trim(struct lsm *lsm)
 {
     lsm_caches_balance(lsm);
-    while (row_cache_step(lsm->row_cache) | block_cache_step(lsm->block_cache)) {
+    while ((int)row_cache_step(lsm->row_cache) | (int)block_cache_step(lsm->block_cache)) {
         if (lsm->stopping) return;
         if (fiber_should_yield()) fiber_yield();
     }
@@ -747,7 +747,7 @@ caches_empty(struct lsm *lsm)
 {
     row_cache_limit_set(lsm->row_cache, 0);
     block_cache_limit_set(lsm->block_cache, 0);
-    while (row_cache_step(lsm->row_cache) | block_cache_step(lsm->block_cache))
+    while ((int)row_cache_step(lsm->row_cache) | (int)block_cache_step(lsm->block_cache))
         if (fiber_should_yield()) fiber_yield();
 }
 

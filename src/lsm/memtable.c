@@ -62,7 +62,6 @@ struct node {
     u16 count;
     bool leaf;
     struct node *next; /* of a leaf: to the right in the same tree */
-    u64 tokens[];
 };
 
 struct leaf {

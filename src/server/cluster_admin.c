@@ -552,9 +552,6 @@ show_ring(struct exec *x, const struct native_request *request)
     if (view == NULL) return;
     struct buf out;
     buf_init(&out, &x->shard->budget);
-    u64 weights = 0;
-    for (u32 i = 0; i < topology->member_count; i++)
-        weights += topology->members[i].weight;
     cmd_text(&out, "{\"epoch\":%llu,\"partition_count\":%u,\"replicas\":%u,\"members\":[",
              (unsigned long long)topology->epoch, topology->partition_count, topology->replicas);
     for (u32 i = 0; i < view->count; i++) {
