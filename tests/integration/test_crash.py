@@ -119,11 +119,12 @@ def test_a_write_of_a_killed_server_does_not_meet_the_next_one(make_server, tmp_
                 assert connection.call("GET", f"k{i}").startswith(b"%d-" % i)
 
 
-def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):
-    """Power cuts at random moments; returns (acknowledged writes, problems, flushes during load).
-    The last cut comes after a flush."""
+def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4", compacts=False):
+    """Power cuts at random moments; returns (acknowledged writes, problems, flushes during load,
+    compactions that ran during load). The last cut comes after a flush and, where compacts says so,
+    after a compaction has begun."""
     chance = random.Random(seed)
-    count = flushes = 0
+    count = flushes = compactions = 0
     problems = []
     (tmp_path / "disk").mkdir()
     with rig.Disk(tmp_path / "disk", size_mib=1024, filesystem=filesystem) as disk:
@@ -133,17 +134,27 @@ def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):
             for round_number in range(rounds):
                 server.wait_ready()
                 flushes_before = server.metric("distkv_flushes_total")
+                compactions_before = server.metric("distkv_compactions_total")
+
+                def compacted(before=compactions_before):
+                    return (server.metric("distkv_compactions_total") - before
+                            + server.metric("distkv_compactions_active"))
+
                 load = Load(server, seed=seed * 1000 + round_number, keys=5000)
                 load.start()
                 wait_for(lambda load=load: load.count() > 0, "the first write")
                 # Long enough, at times, for flushes and compactions.
                 time.sleep(0.2 + chance.random() * (3 if round_number % 3 == 2 else 0.8))
                 seen = server.metric("distkv_flushes_total") - flushes_before
+                merged = compacted()
                 end = time.monotonic() + 100 * SLOW
-                while round_number == rounds - 1 and seen <= 0 and time.monotonic() < end:
+                while (round_number == rounds - 1 and time.monotonic() < end
+                       and (seen <= 0 or (compacts and merged <= 0))):
                     time.sleep(0.1 + 0.2 * chance.random())
                     seen = server.metric("distkv_flushes_total") - flushes_before
+                    merged = compacted()
                 flushes += max(0, seen)
+                compactions += max(0, merged)
                 disk.power_cut()
                 server.kill()
                 load.join()
@@ -161,7 +172,7 @@ def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):
                 server.call("FLUSHALL")
         finally:
             server.kill()
-    return count, problems, flushes
+    return count, problems, flushes, compactions
 
 
 @pytest.mark.rig
@@ -169,7 +180,7 @@ def cut_rounds(tmp_path, rounds, seed, binary=None, filesystem="ext4"):
 def test_power_cuts_lose_nothing_acknowledged(tmp_path, filesystem):
     need_rig()
     rounds = 2 if filesystem == "xfs" else 3
-    count, problems, flushes = cut_rounds(tmp_path, rounds, 1, filesystem=filesystem)
+    count, problems, flushes, _ = cut_rounds(tmp_path, rounds, 1, filesystem=filesystem)
     assert not problems, problems[:5]
     assert count > 100 and flushes > 0
 
@@ -183,7 +194,7 @@ def test_the_power_cut_rig_catches_a_build_that_does_not_sync(tmp_path):
     for seed in range(5):
         place = tmp_path / str(seed)
         place.mkdir()
-        count, problems, flushes = cut_rounds(place, 1, 100 + seed, binary=UNSYNCED)
+        count, problems, flushes, _ = cut_rounds(place, 1, 100 + seed, binary=UNSYNCED)
         assert flushes > 0
         if count > 0 and problems:
             return
@@ -197,10 +208,11 @@ def test_fifty_power_cuts_lose_nothing_acknowledged(tmp_path):
     for part in range(5):
         place = tmp_path / str(part)
         place.mkdir()
-        count, problems, flushes = cut_rounds(place, 10, 1000 + part,
-                                     filesystem="xfs" if part % 2 else "ext4")
+        filesystem = "xfs" if part % 2 else "ext4"
+        count, problems, flushes, compactions = cut_rounds(place, 10, 1000 + part, compacts=True,
+                                                           filesystem=filesystem)
         assert not problems, problems[:5]
-        assert count > 1000 and flushes > 0
+        assert count > 1000 and flushes > 0 and compactions > 0
 
 
 # ---- errors of the disk ----
