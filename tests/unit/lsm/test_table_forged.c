@@ -340,9 +340,10 @@ several_body(void *arg)
     assert_true(ok(told_of(&image.meta)));
     assert_int_equal(told.count, 0);
 
-    u32 run = run_block(&image, 1), last = image.block_count - 1;
-    const u32 blocks[] = {0, 2, run, run + 1, last};
-    assert_true(run > 3 && run + 3 < last);
+    u32 begin = run_block(&image, 0) - 1; /* the run begins in it: its separators, behind it */
+    u32 run = run_block(&image, 4), last = image.block_count - 1;
+    const u32 blocks[] = {0, 2, begin, begin + 2, run, run + 1, last};
+    assert_true(begin > 3 && run > begin + 4 && run + 3 < last);
     for (u32 i = 0; i < ARRAY_COUNT(blocks); i++)
         image.data[offset_of(&image, blocks[i]) + 50] ^= 1;
     u32 other = run + 3; /* its checksum is right, its token is not that of the index */
@@ -367,6 +368,8 @@ several_body(void *arg)
     told_next(&at, filter, "filter");
     told_next(&at, 0, "block checksum");
     told_next(&at, offset_of(&image, 2), "block checksum");
+    told_next(&at, offset_of(&image, begin), "block checksum");
+    told_next(&at, offset_of(&image, begin + 2), "block checksum");
     told_next(&at, offset_of(&image, run), "block checksum");
     told_next(&at, offset_of(&image, run + 1), "block checksum");
     told_next(&at, offset_of(&image, unread), "cannot be read");
@@ -405,7 +408,8 @@ forged_and_damaged_body(void *arg)
     image_locate(&image);
     u32 last = image.block_count - 1;
     u64 filter = image.footer->block_bytes + image.footer->index_bytes;
-    memset(image.separators, 0xff, load_u32(image.run_ends) & ~TABLE_RUN_SAME_KEY);
+    /* Those of two blocks are wrong. */
+    memset(image.separators, 0xff, load_u32(image.run_ends + 4) & ~TABLE_RUN_SAME_KEY);
     memset(image.data + filter, 0, image.footer->filter_bytes);
     image.footer->filter_crc =
         crc32c(table_place_seed(1, filter), image.data + filter, image.footer->filter_bytes);
