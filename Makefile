@@ -22,7 +22,7 @@ dev-cluster: all ## three nodes on this machine: 127.0.0.1:8080, 8081, 8082; dat
 stop-cluster: ## end them
 	@tools/dev-cluster stop
 
-test: deps ## all that must hold of a node, from lint to clients and sanitizers: about 10 minutes on 2 cores
+test: deps ## all that must hold of a node, from units to clients and sanitizers: about 10 minutes on 2 cores
 	@tools/run-tests node
 
 test-clusters: deps ## and all that must hold of clusters: about 6 minutes more
@@ -44,8 +44,9 @@ fmt: ## format all C sources, and list the marks that are new
 	@git ls-files '*.c' '*.h' | xargs clang-format -i
 	@tools/tidy --add-sites
 
+# And what was built, if anything was.
 lint: deps ## formatting, shell scripts, layers, forbidden symbols
-	@tools/lint
+	@tools/lint $(if $(wildcard build/CMakeCache.txt),build)
 
 coverage: deps ## line coverage of src/ by the tests, at least 85 %
 	@tools/coverage
