@@ -869,20 +869,27 @@ failed_join_story(struct rig *rig)
     rig_crash(rig, NODES); /* what it has ended with is no failure of the test */
 }
 
+/* Stories of one more node that comes later, with one shard and with two. */
 static void
-who_fails_while_it_joins_ends(void **state)
+late_seeds_run(void (*story)(struct rig *rig))
 {
-    (void)state;
     for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
         struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
                           .node_count = NODES + 1,
                           .late_count = 1,
+                          .story = story,
                           .configure = configure,
                           .on_all_nodes = true};
         sim_options_default(&rig.options, seed);
-        rig.story = failed_join_story;
         rig_run(&rig);
     }
+}
+
+static void
+who_fails_while_it_joins_ends(void **state)
+{
+    (void)state;
+    late_seeds_run(failed_join_story);
 }
 
 /* A shard 0 whose memory is full just when it hears of a member, and soon after is not. */
@@ -1002,16 +1009,7 @@ static void
 a_shard_that_has_no_memory_for_who_joins_takes_it_in_later(void **state)
 {
     (void)state;
-    for (u64 seed = 1; seed <= SEED_COUNT; seed++) {
-        struct rig rig = {.shard_count = (u32)(seed % 2) + 1,
-                          .node_count = NODES + 1,
-                          .late_count = 1,
-                          .configure = configure,
-                          .on_all_nodes = true};
-        sim_options_default(&rig.options, seed);
-        rig.story = full_shard_story;
-        rig_run(&rig);
-    }
+    late_seeds_run(full_shard_story);
 }
 
 static void

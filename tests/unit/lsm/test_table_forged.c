@@ -321,22 +321,45 @@ told_next(u32 *at, u64 offset, const char *what)
     ++*at;
 }
 
+/* A table of entries_make, and its bytes in memory. */
+static struct io_file *
+image_open(struct fixture *f, struct image *image)
+{
+    entries_make(f);
+    assert_true(ok(io_dir_make(FIXTURE_DIR)));
+    assert_true(ok(table_build(f, 1, LSM_CODEC_NONE, 10, &budget, &image->meta)));
+    u32 size = (u32)image->meta.file_bytes;
+    image->data = mem_alloc_aligned(&budget, size, IO_ALIGNMENT);
+    struct io_file *file;
+    assert_true(ok(io_file_open(PATH, IO_OPEN_WRITE, &file)));
+    assert_true(ok(io_file_read(file, IO_CLASS_READ, image->data, size, 0)));
+    image_locate(image);
+    return file;
+}
+
+static void
+image_write(const struct image *image, struct io_file *file)
+{
+    u32 size = (u32)image->meta.file_bytes;
+    assert_true(ok(io_file_write(file, IO_CLASS_READ, image->data, size, 0, false)));
+}
+
+static void
+image_close(struct fixture *f, struct image *image, struct io_file *file)
+{
+    io_file_close(file);
+    mem_free(&budget, image->data, image->meta.file_bytes);
+    fixture_free(f);
+}
+
 /* In blocks of all three parts, two of them neighbours inside the run, the first and the last. */
 static status
 several_body(void *arg)
 {
     struct sim_disk *disk = arg;
     struct fixture f = {0};
-    entries_make(&f);
     struct image image = {0};
-    assert_true(ok(io_dir_make(FIXTURE_DIR)));
-    assert_true(ok(table_build(&f, 1, LSM_CODEC_NONE, 10, &budget, &image.meta)));
-    u32 size = (u32)image.meta.file_bytes;
-    image.data = mem_alloc_aligned(&budget, size, IO_ALIGNMENT);
-    struct io_file *file;
-    assert_true(ok(io_file_open(PATH, IO_OPEN_WRITE, &file)));
-    assert_true(ok(io_file_read(file, IO_CLASS_READ, image.data, size, 0)));
-    image_locate(&image);
+    struct io_file *file = image_open(&f, &image);
     assert_true(ok(told_of(&image.meta)));
     assert_int_equal(told.count, 0);
 
@@ -354,9 +377,9 @@ several_body(void *arg)
     assert_true(image.footer->filter_bytes > 0);
     image.data[filter] ^= 1;
     u64 padding = filter + image.footer->filter_bytes;
-    assert_true(padding < size - TABLE_FOOTER_BYTES);
+    assert_true(padding < image.meta.file_bytes - TABLE_FOOTER_BYTES);
     image.data[padding] ^= 1;
-    assert_true(ok(io_file_write(file, IO_CLASS_READ, image.data, size, 0, false)));
+    image_write(&image, file);
     u32 unread = run + 2; /* and its disk sector, which may be its neighbours', too */
     u64 sector = align_down(offset_of(&image, unread) + 2048, 512);
     assert_true(sector > offset_of(&image, unread));
@@ -379,14 +402,12 @@ several_body(void *arg)
     assert_int_equal(told.count, at);
 
     image.index[20] ^= 1; /* which tells where the blocks are */
-    assert_true(ok(io_file_write(file, IO_CLASS_READ, image.data, size, 0, false)));
+    image_write(&image, file);
     assert_true(status_is(told_of(&image.meta), ST_CORRUPT));
     at = 0;
     told_next(&at, image.footer->block_bytes, "index");
     assert_int_equal(told.count, at);
-    io_file_close(file);
-    mem_free(&budget, image.data, size);
-    fixture_free(&f);
+    image_close(&f, &image, file);
     return ST_OK;
 }
 
@@ -396,16 +417,8 @@ forged_and_damaged_body(void *arg)
 {
     (void)arg;
     struct fixture f = {0};
-    entries_make(&f);
     struct image image = {0};
-    assert_true(ok(io_dir_make(FIXTURE_DIR)));
-    assert_true(ok(table_build(&f, 1, LSM_CODEC_NONE, 10, &budget, &image.meta)));
-    u32 size = (u32)image.meta.file_bytes;
-    image.data = mem_alloc_aligned(&budget, size, IO_ALIGNMENT);
-    struct io_file *file;
-    assert_true(ok(io_file_open(PATH, IO_OPEN_WRITE, &file)));
-    assert_true(ok(io_file_read(file, IO_CLASS_READ, image.data, size, 0)));
-    image_locate(&image);
+    struct io_file *file = image_open(&f, &image);
     u32 last = image.block_count - 1;
     u64 filter = image.footer->block_bytes + image.footer->index_bytes;
     /* Those of two blocks are wrong. */
@@ -415,16 +428,14 @@ forged_and_damaged_body(void *arg)
         crc32c(table_place_seed(1, filter), image.data + filter, image.footer->filter_bytes);
     image.data[offset_of(&image, last) + 50] ^= 1;
     index_seal(&image);
-    assert_true(ok(io_file_write(file, IO_CLASS_READ, image.data, size, 0, false)));
+    image_write(&image, file);
     assert_true(status_is(told_of(&image.meta), ST_CORRUPT));
     u32 at = 0;
     told_next(&at, filter, "filter misses a key");
     told_next(&at, image.footer->block_bytes, "index separators");
     told_next(&at, offset_of(&image, last), "block checksum");
     assert_int_equal(told.count, at);
-    io_file_close(file);
-    mem_free(&budget, image.data, size);
-    fixture_free(&f);
+    image_close(&f, &image, file);
     return ST_OK;
 }
 
